@@ -1,0 +1,1 @@
+"""Roost: the last step of mail delivery, as two services and the contract between them."""

@@ -1,0 +1,1 @@
+"""What every Roost process needs and what knows nothing of mail: settings, logs, health endpoints, signals."""

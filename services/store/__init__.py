@@ -1,0 +1,1 @@
+"""The Maildir side: consumes deliveries, writes them durably, acknowledges."""
