@@ -1,0 +1,48 @@
+"""From start to exit status: the event loop, the signals, and what runs until one of them arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+import uvloop
+
+from services.process.settings import refuse
+
+log = structlog.get_logger()
+
+
+class StartError(Exception):
+    """The process cannot start as it is set up; the text names the setting."""
+
+
+def run(service: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
+    """Run a service until SIGTERM or SIGINT sets the event that it is given and it has drained. Returns exit status.
+
+    A second signal ends the process at once. StartError ends it with one line, as a wrong setting does.
+    """
+
+    async def main() -> None:
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _on_signal, number, stopping)
+        await service(stopping)
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+    except StartError as error:
+        refuse(str(error))
+    return 0
+
+
+def _on_signal(number: signal.Signals, stopping: asyncio.Event) -> None:
+    if stopping.is_set():
+        os._exit(128 + number)
+    log.info("draining", signal=signal.Signals(number).name)
+    stopping.set()
