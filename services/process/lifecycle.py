@@ -1,11 +1,12 @@
-"""From start to exit status: the event loop, the signals, and what runs until one of them arrives."""
+"""From start to exit status: the event loop, the signals, and the tasks that run as long as the service does."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import structlog
@@ -18,6 +19,28 @@ log = structlog.get_logger()
 
 class StartError(Exception):
     """The process cannot start as it is set up; the text names the setting."""
+
+
+@contextlib.contextmanager
+def naming(setting: str) -> Iterator[None]:
+    """Turn an OSError into a StartError that names the setting which led to it."""
+    try:
+        yield
+    except OSError as error:
+        raise StartError(f"{setting}: {error}") from error
+
+
+@contextlib.asynccontextmanager
+async def running(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run tasks for as long as the block lasts, then cancel them. If one fails, so does the block, as a group.
+
+    No service runs on without one of its parts: what starts it again then starts all of them.
+    """
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(coroutine) for coroutine in coroutines]
+        yield
+        for task in tasks:
+            task.cancel()
 
 
 def run(service: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:

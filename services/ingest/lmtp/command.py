@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Final
 
 from services.ingest.lmtp import reply
@@ -15,7 +15,7 @@ from services.ingest.lmtp.address import Address, PathError, is_client_name, par
 from services.ingest.lmtp.reply import Reply
 
 
-class Verb(Enum):
+class Verb(StrEnum):
     """The commands that this server implements."""
 
     LHLO = "LHLO"

@@ -69,7 +69,7 @@ class ContentDecoder:
             start = len(_DOT_LINE) if dot_line == 0 else len(_CRLF)
             self._at_start = False
         piece = data[start:end]
-        if 0 <= dot_line < end:
+        if 0 <= dot_line <= end - len(_DOT_LINE):
             piece = piece.replace(_DOT_LINE, _CRLF)
         self.size_bytes += len(piece)
         if self.is_oversize:

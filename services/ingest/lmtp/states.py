@@ -6,7 +6,7 @@ Knows the order of commands (RFC 2033 4, RFC 5321 4.1.4). Knows no syntax and no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum, auto
+from enum import StrEnum, auto
 from typing import Final
 
 from services.ingest.lmtp import reply
@@ -14,7 +14,8 @@ from services.ingest.lmtp.command import Verb
 from services.ingest.lmtp.reply import Reply
 
 
-class State(Enum):
+# StrEnum rather than Enum: a member's hash is then computed in C, and every step of a session looks things up by it.
+class State(StrEnum):
     """Where a session stands between two octets. An "owed" state waits for the caller, never for the client."""
 
     FRESH = auto()
@@ -27,7 +28,7 @@ class State(Enum):
     CLOSED = auto()
 
 
-class Step(Enum):
+class Step(StrEnum):
     """What moves a session on besides a command."""
 
     SENDER_ACCEPTED = auto()
