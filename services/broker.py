@@ -189,3 +189,19 @@ async def declare_work_queue(
     queue = await channel.declare_queue(queue_name(shard), durable=True, arguments={**queue_arguments(policy)})
     await queue.bind(exchange, routing_key=shard)
     return queue
+
+
+async def until_channel_ends(channel: AbstractChannel) -> bool:
+    """Wait until a channel that consumes is of no more use. True if the broker ended the consumption, or a queue.
+
+    The broker says so with a single frame (basic.cancel); the channel itself stays open and silent.
+    """
+    cancelled = asyncio.get_running_loop().create_future()
+    underlay = await channel.get_underlay_channel()
+    underlay.on_consumer_cancel_callbacks.add(lambda _: None if cancelled.done() else cancelled.set_result(None))
+    closed = asyncio.ensure_future(channel.closed())
+    try:
+        await asyncio.wait({cancelled, closed}, return_when=asyncio.FIRST_COMPLETED)
+        return cancelled.done()
+    finally:
+        closed.cancel()

@@ -86,7 +86,7 @@ class Delivery(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `key` is `content_key(sender, content)`; `deadline` is in seconds since the epoch, by ingest's clock; `received` is
     the trace line that ingest adds (RFC 5321 4.4), without a line end at its end; `content` is what followed DATA,
-    dot-unstuffed, with CRLF line ends.
+    dot-unstuffed, with CRLF line ends; `message_id` is the content's Message-ID, for the log, or "".
     """
 
     id: str
@@ -96,6 +96,7 @@ class Delivery(msgspec.Struct, frozen=True, omit_defaults=True):
     deadline: float
     received: str
     content: memoryview
+    message_id: str = ""
 
 
 class Bundle(msgspec.Struct, frozen=True, omit_defaults=True):

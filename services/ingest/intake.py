@@ -149,6 +149,7 @@ class Intake:
                 deadline=self._publisher.delivery_deadline(),
                 received=self._received(client, delivery_id),
                 content=content,
+                message_id=message_id(content),
             )
             finish = _Finish(self._metrics, client, delivery, indexes, settle, began)
             self._publisher.submit(delivery, finish)
@@ -201,7 +202,7 @@ class _Finish:
             recipients=[recipient.address for recipient in delivery.recipients],
             replies=[f"{reply.code} {reply.enhanced}" for reply in made],
             reasons=settlement if isinstance(settlement, Failure) else [outcome.reason for outcome in settlement],
-            message_id=message_id(delivery.content),
+            message_id=delivery.message_id,
             bytes=len(delivery.content),
             seconds=round(time.monotonic() - self.began, 6),
         )

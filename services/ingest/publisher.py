@@ -19,7 +19,14 @@ import aiormq
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
 
-from services.broker import BrokerSettings, declare_exchange, declare_work_queue, keep_connected, lost_peer
+from services.broker import (
+    BrokerSettings,
+    declare_exchange,
+    declare_work_queue,
+    keep_connected,
+    lost_peer,
+    until_channel_ends,
+)
 from services.contract import (
     ACKNOWLEDGEMENTS_TYPE,
     BUNDLE_TYPE,
@@ -146,7 +153,8 @@ class Publisher:
         try:
             for shard in self._shards:
                 self._pump(shard)
-            await channel.closed()
+            if await until_channel_ends(channel):
+                log.warning("the broker deleted the reply queue")
         finally:
             self._link = None
             watching.cancel()

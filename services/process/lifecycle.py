@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 import uvloop
@@ -69,3 +69,9 @@ def _on_signal(number: signal.Signals, stopping: asyncio.Event) -> None:
         os._exit(128 + number)
     log.info("draining", signal=signal.Signals(number).name)
     stopping.set()
+
+
+def end_at_once(reason: str) -> NoReturn:
+    """End the process with status 1 although a thread of it hangs, which would keep it alive for ever."""
+    log.error("stopped with work under way", reason=reason)
+    os._exit(1)

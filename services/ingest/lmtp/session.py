@@ -236,6 +236,7 @@ class Session:
 
     def _mail(self, argument: str) -> SenderGiven | None:
         mail = parse_mail(argument)
+        self._pardons = 0
         if isinstance(mail, Reply):
             self._pardon_what_follows()
             self._object(mail)
