@@ -1,0 +1,66 @@
+"""A foreign daemon as the leader of its own process group: started, watched, and gone with all its children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from tests.support.waiting import wait_until
+
+
+class Daemon:
+    """One running daemon. `output` is the file that takes its standard output and standard error."""
+
+    def __init__(self, command: list[str], output: Path) -> None:
+        self.output = output
+        with output.open("ab") as sink:
+            # Postfix' master and Dovecot signal their whole process group: it must not be the tests' own.
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def require_running(self) -> None:
+        """AssertionError with what it printed if it has ended."""
+        if self._process.poll() is not None:
+            printed = self.output.read_text(errors="replace")[-2000:]
+            raise AssertionError(f"{self._process.args} ended with {self._process.returncode}: {printed}")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signals every process of the group; no error if none is left."""
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            return
+
+    def end(self, timeout: float = 10) -> None:
+        """SIGTERM, then SIGKILL after `timeout` seconds; returns when no process of the group is left."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            self._process.wait(timeout)
+            wait_until(self._is_gone, what="the children have ended", timeout=timeout)
+        except (subprocess.TimeoutExpired, AssertionError):
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the group; returns when none is left."""
+        self.signal(signal.SIGKILL)
+        self._process.wait(10)
+        wait_until(self._is_gone, what="the killed group has ended")
+
+    def _is_gone(self) -> bool:
+        try:
+            os.killpg(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
