@@ -108,10 +108,10 @@ def _octets(text: str) -> int:
 
 
 def _is_ip_literal(text: str) -> bool:
-    # "IPv6" is the only tag ever registered for RFC 5321's general address literals, and a zone ("%eth0") is none.
+    # "IPv6" is the only tag ever registered for RFC 5321's general address literals.
     try:
         if text[:5].lower() == "ipv6:":
-            return "%" not in text and bool(ipaddress.IPv6Address(text[5:]))
+            return bool(ipaddress.IPv6Address(text[5:]))
         return bool(ipaddress.IPv4Address(text))
     except ValueError:
         return False

@@ -13,7 +13,11 @@ from services.ingest.lmtp import irregularities
 from services.ingest.lmtp.content import ContentDecoder
 
 # Fragments whose combinations hit every beginning of CRLF.CRLF; plain random bytes hardly ever would.
-octets = st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b".", b"..", b"\r\n.", b"a", b"\0", b"\xff"])).map(b"".join)
+FRAGMENTS = [
+    b"\r", b"\n", b"\r\n", b".", b"..", b"a", b"\0", b"\xff", b"\r\n.", b"\r\n.a",
+    b"\n.\r\n", b"\r.\r\n", b"\r\n.\n", b"\r\n.\r", b"\n.\n",
+]  # fmt: skip
+octets = st.lists(st.sampled_from(FRAGMENTS)).map(b"".join)
 
 
 def naive_decode(data: bytes) -> tuple[bytes, bytes] | None:
@@ -48,6 +52,8 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 @given(octets, octets, st.lists(st.integers(0, 10**4)))
 @example(b"", b"\r\n", [])
+@example(b".a\n.\r\n", b"\r\n.a\r.\r\n", [])
+@example(b".a\r\n.\n.\r\n", b"\r\n.a\r\n.\r.\r\n", [])
 @example(b".", b"", [1])
 def test_equals_the_naive_reference(before: bytes, after: bytes, places: list[int]) -> None:
     """Wherever the octets are cut, content and remainder are what a line-by-line reading gives."""

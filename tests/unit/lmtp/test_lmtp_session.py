@@ -216,6 +216,13 @@ def test_endless_commands_out_of_order_are_errors(mail: bytes) -> None:
     assert driver.output.count(b"503 5.5.1") == 5 + (101 if b"banned" in mail else 0)
 
 
+def test_the_next_mail_ends_what_is_forgiven() -> None:
+    """What was forgiven for a refused MAIL is not left over for commands out of order after the next one."""
+    driver = Driver(limits=Limits(max_errors=5))
+    driver.feed(b"LHLO x\r\nMAIL FROM:<banned@b>\r\nMAIL FROM:<a@b>\r\nRSET\r\n")
+    assert driver.feed(b"DATA\r\n" * 6) is CLOSED
+
+
 def test_drain_between_transactions() -> None:
     """Draining an idle session says 421 and closes it at once; begun and pipelined commands are dropped."""
     for session in (Session(hostname="foo.edu", limits=LIMITS), ready()):
