@@ -12,7 +12,8 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from email.utils import formatdate
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from functools import lru_cache
 from typing import Final
 from zlib import crc32
@@ -229,4 +230,4 @@ def message_id(content: memoryview) -> str:
 
 @lru_cache(maxsize=4)
 def _date(second: int) -> str:
-    return formatdate(second)
+    return format_datetime(datetime.fromtimestamp(second, UTC))

@@ -11,7 +11,7 @@ import socket
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import structlog
 
@@ -61,13 +61,14 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet, unless there are too many already."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of a stream server
-        self._transport = transport
-        self._client = Client(_peer(transport))
+        # A stream server's; uvloop's is one by its methods, not by its class.
+        stream = cast("asyncio.Transport", transport)
+        self._transport = stream
+        self._client = Client(_peer(stream))
         refusal = self._server.admit(self)
         if refusal:
-            transport.write(refusal.encode())
-            transport.close()
+            stream.write(refusal.encode())
+            stream.close()
             return
         self._advance()
 
