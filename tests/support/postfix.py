@@ -6,6 +6,7 @@ Knows nothing of Roost: `virtual_transport` says whom it hands the mail of its d
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import smtplib
 import socket
@@ -143,12 +144,12 @@ class Postfix:
         """Changes lines of main.cf. Processes that start from now on see them; `reload` renews the others."""
         lines = [f"{name}={value}" for name, value in settings.items()]
         subprocess.run(["postconf", "-c", self._etc, "-e", *lines], check=True, timeout=10)
+        _backdate(self._etc / "main.cf")
 
     def texthash(self, name: str, entries: Mapping[str, str]) -> str:
         """A lookup table for a setting such as virtual_mailbox_maps, written to a file; its `texthash:` name."""
-        table = self._etc / name
-        table.write_text("".join(f"{key} {value}\n" for key, value in entries.items()))
-        return f"texthash:{table}"
+        text = "".join(f"{key} {value}\n" for key, value in entries.items())
+        return f"texthash:{self._write(name, text)}"
 
     def reload(self) -> None:
         subprocess.run(["postfix", "-c", self._etc, "reload"], check=True, capture_output=True, timeout=10)
@@ -185,6 +186,12 @@ class Postfix:
     def _etc(self) -> Path:
         return self.folder / "etc"
 
+    def _write(self, name: str, text: str) -> Path:
+        file = self._etc / name
+        file.write_text(text)
+        _backdate(file)
+        return file
+
     def _running(self) -> Daemon:
         assert self._daemon is not None, "Postfix does not run"
         return self._daemon
@@ -215,9 +222,15 @@ class Postfix:
             "maillog_file_prefixes": str(self.folder),
         }
         lines = [f"{name} = {value}\n" for name, value in {**_SETTINGS, **own, **settings}.items()]
-        (self._etc / "main.cf").write_text("".join(lines))
-        (self._etc / "master.cf").write_text(_MASTER_CF.format(port=self.port))
+        self._write("main.cf", "".join(lines))
+        self._write("master.cf", _MASTER_CF.format(port=self.port))
         self.log.path.touch()
+
+
+def _backdate(file: Path) -> None:
+    """Postfix reads a fresh file again and again until it is two seconds old, lest somebody is still writing it."""
+    old = file.stat().st_mtime - 10
+    os.utime(file, (old, old))
 
 
 def submit(client: smtplib.SMTP, sender: str, recipients: Sequence[str], content: bytes) -> str:
