@@ -216,8 +216,7 @@ class Publisher:
         self._metrics.bundle_size.observe(len(items))
         match result:
             case "unroutable":
-                self._settle_all(items, Failure.UNROUTABLE)
-                await self._declare_again(link)
+                await self._retry_unroutable(link, items)
             case "too_large":
                 self._settle_all(items, Failure.TOO_LARGE)
             case "refused":
@@ -267,13 +266,19 @@ class Publisher:
         for shard in self._shards:
             self._pump(shard)
 
-    async def _declare_again(self, link: _Link) -> None:
-        """Somebody deleted a queue; mail must flow again without a restart."""
+    async def _retry_unroutable(self, link: _Link, items: Sequence[Item]) -> None:
+        """Somebody deleted a queue: declare it again, so that mail flows without a restart, and try once more."""
+        for item in items:
+            item.refusals += 1
         try:
             await self._declare(link.channel)
         except BaseException as error:
             if not lost_peer(error):
                 raise
+            self._settle_all(items, Failure.UNROUTABLE)
+        else:
+            self._settle_all([item for item in items if item.refusals > 1], Failure.UNROUTABLE)
+            self._in_flight.publish_again(items, "unroutable")
 
     # Acknowledgements
 
