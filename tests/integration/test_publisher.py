@@ -147,9 +147,7 @@ async def test_silence_is_answered_at_the_deadline_and_not_resent(
 
 async def test_no_broker_is_answered_at_the_deadline(registry: CollectorRegistry, shard: str, run: Run) -> None:
     """Without a broker a delivery waits, and its client is told to come back at the deadline."""
-    settings = BrokerSettings(
-        amqp_url="amqp://127.0.0.1:1/", store_budget_s=0.1, queue_ttl_s=0.2, ack_deadline_s=0.5
-    )
+    settings = BrokerSettings(amqp_url="amqp://127.0.0.1:1/", store_budget_s=0.1, queue_ttl_s=0.2, ack_deadline_s=0.5)
     publisher = make_publisher(settings, registry, shard)
     run(publisher.run())
     assert await settlement(submit(publisher, make_delivery(shard=shard))) is Failure.BROKER_LOST
@@ -229,7 +227,7 @@ async def test_a_half_open_connection_is_noticed(
 async def test_a_killed_broker_is_only_a_wait(
     new_broker: Callable[..., Broker], registry: CollectorRegistry, shard: str, run: Run
 ) -> None:
-    """kill -9 of the broker after the publish: when it is back the delivery comes again and is settled."""
+    """A kill -9 of the broker after the publish: when it is back the delivery comes again and is settled."""
     broker = await asyncio.to_thread(new_broker)
     settings = BrokerSettings(amqp_url=broker.url)
     publisher = make_publisher(settings, registry, shard)

@@ -30,10 +30,9 @@ def make_delivery(
 
 async def until(condition: Callable[[], object], what: str, timeout: float = 20) -> None:
     """Let the loop run until a condition holds; AssertionError, saying what, if it does not in time."""
-    async with asyncio.timeout(timeout) as bound:
-        try:
+    try:
+        async with asyncio.timeout(timeout):
             while not condition():
                 await asyncio.sleep(0.01)
-        except TimeoutError:
-            raise AssertionError(f"not within {timeout} s: {what}") from None
-    assert not bound.expired()
+    except TimeoutError:
+        raise AssertionError(f"not within {timeout} s: {what}") from None
