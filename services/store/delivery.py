@@ -169,8 +169,7 @@ class _Round:
                         self._attempt(step, copy)
         finally:
             for maildir in self._maildirs.values():
-                with contextlib.suppress(OSError):
-                    maildir.close()
+                maildir.close()
 
     def _attempt(self, step: Callable[[_Copy], None], copy: _Copy) -> None:
         try:
@@ -190,8 +189,8 @@ class _Round:
         if not copy.task.begin(self._clock()):
             copy.end(_EXPIRED)
             return
-        copy.maildir = self._maildir(copy.recipient)
         try:
+            copy.maildir = self._maildir(copy.recipient)
             self._write_message(copy, copy.task.message())
         finally:
             if copy is copy.task.copies[-1]:

@@ -6,6 +6,7 @@ class so that a test, or a fail point, can stand between the store and the kerne
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Final
@@ -18,7 +19,7 @@ _FILE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O
 
 
 class FileSystem:
-    """The kernel's own verbs. Descriptors are owed back to `close`."""
+    """The kernel's own verbs. Descriptors are owed back to `close` or `close_directory`."""
 
     def open_directory(self, path: str, parent: int | None = None) -> int:
         """A descriptor of an existing directory; symlinks are followed, so see `real_path` for where it is."""
@@ -61,5 +62,10 @@ class FileSystem:
         os.unlink(name, dir_fd=parent)
 
     def close(self, descriptor: int) -> None:
-        """Give a descriptor back; it is gone even if this raises."""
+        """Give a file's descriptor back; it is gone even if this raises, which may tell of content that is lost."""
         os.close(descriptor)
+
+    def close_directory(self, descriptor: int) -> None:
+        """Give a directory's descriptor back. Never raises: nothing was written through it."""
+        with contextlib.suppress(OSError):
+            os.close(descriptor)

@@ -74,10 +74,8 @@ class Maildir:
 
     def close(self) -> None:
         """Give both directories back."""
-        try:
-            self._files.close(self._tmp)
-        finally:
-            self._files.close(self._new)
+        self._files.close_directory(self._tmp)
+        self._files.close_directory(self._new)
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +107,7 @@ class MailRoot:
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES), self.path)
             return volume.f_bavail * volume.f_frsize
         finally:
-            self._files.close(root)
+            self._files.close_directory(root)
 
     def maildir(self, mailbox: str, folder: str = "") -> Maildir:
         """Open a maildir, and create it if it is missing; its directories are durable then. The caller closes it.
@@ -124,7 +122,7 @@ class MailRoot:
         try:
             tmp, new = Tree(self._files, root, owner).open_or_create(components, is_folder=bool(folder))
         finally:
-            self._files.close(root)
+            self._files.close_directory(root)
         return Maildir(self._files, "/".join((self.path, *components)), tmp, new, owner)
 
     def _open(self) -> tuple[int, Owner | None]:
@@ -134,7 +132,7 @@ class MailRoot:
         if self._device is None:
             self._device = status.st_dev
         if status.st_dev != self._device:
-            self._files.close(root)
+            self._files.close_directory(root)
             raise OSError(errno.ENODEV, "the mail root is on another device than before", self.path)
         foreign = os.geteuid() == 0 and status.st_uid != 0
         return root, Owner(status.st_uid, status.st_gid) if foreign else None

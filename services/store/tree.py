@@ -56,7 +56,7 @@ class Tree:
             self._check_finished(tmp)
             return tmp, self._open(f"{path}/new", self._root)
         except BaseException:
-            self._files.close(tmp)
+            self._files.close_directory(tmp)
             raise
 
     def _open(self, path: str, parent: int) -> int:
@@ -64,7 +64,7 @@ class Tree:
         try:
             self._check_inside(directory)
         except BaseException:
-            self._files.close(directory)
+            self._files.close_directory(directory)
             raise
         return directory
 
@@ -92,7 +92,7 @@ class Tree:
 
     def _enter(self, name: str, parent: int, opened: contextlib.ExitStack) -> int:
         directory = self._make(name, parent)
-        opened.callback(self._files.close, directory)
+        opened.callback(self._files.close_directory, directory)
         self._files.sync(parent)
         return directory
 
@@ -101,10 +101,10 @@ class Tree:
 
         If a crash takes `tmp` away again, the next delivery comes here once more, and nothing is lost with it.
         """
-        self._files.close(self._make("cur", maildir))
-        self._files.close(self._make("new", maildir))
+        self._files.close_directory(self._make("cur", maildir))
+        self._files.close_directory(self._make("new", maildir))
         self._files.sync(maildir)
-        self._files.close(self._make(_TMP, maildir))
+        self._files.close_directory(self._make(_TMP, maildir))
         self._files.sync(maildir)
 
     def _make(self, name: str, parent: int) -> int:
@@ -118,7 +118,7 @@ class Tree:
         try:
             self._own(directory, made=made)
         except BaseException:
-            self._files.close(directory)
+            self._files.close_directory(directory)
             raise
         return directory
 
