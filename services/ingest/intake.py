@@ -120,8 +120,13 @@ class Intake:
     async def _hash_and_submit(
         self, client: Client, message: MessageReceived, found: Sequence[Found], settle: Settle
     ) -> None:
-        key = await asyncio.to_thread(content_key, message.sender.text, message.content)
-        self._submit(client, message, found, settle, key)
+        try:
+            key = await asyncio.to_thread(content_key, message.sender.text, message.content)
+            self._submit(client, message, found, settle, key)
+        except Exception:
+            # Our own bug, but the client is owed its replies.
+            log.exception("transaction failed", client=client.peer)
+            settle([(index, replies.NOT_TAKEN) for index in range(len(found))])
 
     def _submit(
         self,

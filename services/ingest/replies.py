@@ -17,6 +17,7 @@ OVERLOADED: Final = Reply(451, "4.3.2", "Too much mail in flight, come back late
 DRAINING: Final = Reply(421, "4.3.2", "Shutting down")
 TOO_MANY_SESSIONS: Final = Reply(421, "4.3.2", "Too many sessions")
 IDLE: Final = Reply(421, "4.4.2", "Idle for too long")
+NOT_TAKEN: Final = Reply(451, "4.3.0", "Internal error")
 INTERNAL_ERROR: Final = Reply(421, "4.3.0", "Internal error")
 
 # Code, enhanced status code (RFC 3463) and text. 4xx unless a permanent failure is certain: what the store could not

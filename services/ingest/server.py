@@ -39,6 +39,8 @@ log = structlog.get_logger()
 
 _SWEEP_S: Final = 1.0
 _BACKLOG: Final = 1024
+# Beyond the deadline within which the publisher settles everything.
+_SETTLE_MARGIN_S: Final = 30.0
 # Postfix connects as its own user; who may is ruled by the folder that the socket is in.
 _SOCKET_MODE: Final = 0o666
 
@@ -107,9 +109,11 @@ class Connection(asyncio.Protocol):
 
     # The session
 
-    def _advance(self) -> None:
-        """Act on what the client has sent, as far as it goes, and send what there is to say."""
+    def _advance(self, settled: Sequence[tuple[int, Reply]] = ()) -> None:
+        """Act on what is settled and on what the client has sent, as far as it goes, and send what there is to say."""
         try:
+            for index, reply in settled:
+                self._session.settle(index, reply)
             signal = self._handle_events()
         except Exception:
             # Our own bug: this client is told to come back, the others are not disturbed.
@@ -151,11 +155,12 @@ class Connection(asyncio.Protocol):
         """Some recipients' replies are known: they leave at once, as far as the order allows."""
         if self._transport is None:
             return
+        if self._paused:
+            self._advance(settled)
+            return
+        # A message that was refused for want of room, while the session's events are being handled: that goes on.
         for index, reply in settled:
             self._session.settle(index, reply)
-        # While the events are being handled (a message refused for want of room) that loop goes on by itself.
-        if self._paused:
-            self._advance()
 
     # Sending and ending
 
@@ -182,12 +187,18 @@ class Connection(asyncio.Protocol):
         self._session.abort(replies.DRAINING)
         self._advance()
 
-    def check(self, now: float, idle_s: float, reply_s: float) -> None:
-        """End the session if the client has been silent, or has not read its replies, for too long."""
+    def check(self, now: float, idle_s: float, reply_s: float, settle_s: float) -> None:
+        """End the session if the client has been silent, or has not read its replies, for too long.
+
+        Replies that do not come although their deadline is long over are a bug of ours; the client does not hang on it.
+        """
         if self._unread_since is not None and now - self._unread_since > reply_s:
             log.warning("client does not read its replies", client=self._client.peer)
             if self._transport is not None:
                 self._transport.abort()
+        elif self._paused and now - self._last_heard > settle_s:
+            log.error("replies overdue", client=self._client.peer)
+            self.abort()
         elif not self._paused and now - self._last_heard > idle_s:
             self._session.abort(replies.IDLE)
             self._advance()
@@ -225,10 +236,11 @@ class Server:
         """Keep the sessions' time-outs, until cancelled."""
         loop = asyncio.get_running_loop()
         settings = self._settings
+        settle_s = settings.ack_deadline_s + _SETTLE_MARGIN_S
         while True:
             await asyncio.sleep(_SWEEP_S)
             for connection in list(self._connections):
-                connection.check(loop.time(), settings.idle_timeout_s, settings.reply_timeout_s)
+                connection.check(loop.time(), settings.idle_timeout_s, settings.reply_timeout_s, settle_s)
 
     async def drain(self) -> None:
         """Take no more sessions, end those between transactions, and let the others finish theirs in bounded time."""
