@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +21,7 @@ from tests.support.stack import Stack
 
 __all__ = ["pytest_runtest_makereport"]
 
-# More than there are tests with a stack of their own.
-_VIRTUAL_HOSTS = 60
+_LOT = 12
 
 
 class Site(NamedTuple):
@@ -34,28 +35,48 @@ class Site(NamedTuple):
 @pytest.fixture(scope="session")
 def amqp_urls(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URLs of empty virtual hosts of the shared broker; each stack takes one, for queues of its own."""
-    user = broker.url.partition("//")[2].partition(":")[0]
-    hosts = [f"stack{number}" for number in range(_VIRTUAL_HOSTS)]
+    return (
+        f"{broker.url}{host}"
+        for lot in itertools.count()
+        for host in _make_virtual_hosts(broker, tmp_path_factory.mktemp("virtual-hosts"), lot)
+    )
+
+
+def _make_virtual_hosts(broker: Broker, folder: Path, lot: int) -> list[str]:
+    """A lot of new virtual hosts at a time, since each call takes almost a second."""
+    hosts = [f"lot{lot}-{number}" for number in range(_LOT)]
+    user = urllib.parse.urlsplit(broker.url).username
     rights = {"user": user, "configure": ".*", "write": ".*", "read": ".*"}
     definitions = {
         "vhosts": [{"name": host} for host in hosts],
         "permissions": [{"vhost": host, **rights} for host in hosts],
     }
-    file = tmp_path_factory.mktemp("broker") / "definitions.json"
+    file = folder / "definitions.json"
     file.write_text(json.dumps(definitions))
-    # One call for all of them, since each call takes a second or two.
     broker.rabbitmqctl("import_definitions", str(file))
-    return (f"{broker.url}{host}" for host in hosts)
+    return hosts
 
 
 @pytest.fixture(scope="session")
-def site(amqp_urls: Iterator[str]) -> Iterator[Site]:
-    """The stack that those tests share which break nothing: each takes users of its own (`stack.new_users`)."""
+def shared_site(amqp_urls: Iterator[str]) -> Iterator[Site]:
+    """A stack for all tests; take it as `site`."""
     with contextlib.ExitStack() as cleanup:
         stack = Stack(cleanup.enter_context(shared_folder("site")), next(amqp_urls))
         cleanup.callback(stack.stop)
         stack.start()
         yield Site(stack, stack.postfix(), stack.dovecot())
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Iterator[Site]:
+    """The stack that those tests share which break nothing: each takes users of its own (`stack.new_users`).
+
+    A test fails if Postfix or Dovecot warned, or ingest logged an error, while it ran.
+    """
+    sources = [shared_site.postfix.log, shared_site.dovecot, shared_site.stack.ingest.log]
+    known = [len(source.complaints()) for source in sources]
+    yield shared_site
+    assert [source.complaints()[count:] for source, count in zip(sources, known, strict=True)] == [[], [], []]
 
 
 @pytest.fixture

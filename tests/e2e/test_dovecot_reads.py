@@ -37,7 +37,6 @@ def test_the_sizes_in_a_file_name_are_the_files_and_what_imap_shows(site: Site) 
         name = named[traced(message.content).delivery]
         assert int(name["shown"]) == message.size == len(message.content)
         assert int(name["secs"]) == message.date
-    assert site.dovecot.complaints() == []
 
 
 def test_a_mailbox_belongs_to_its_owner_alone(site: Site) -> None:
@@ -63,7 +62,6 @@ def test_a_mailbox_that_dovecot_made_takes_mail(site: Site) -> None:
     assert (site.stack.maildir(user) / "cur").is_dir()
     deliver(site, user, letter(1))
     assert len(site.dovecot.messages(user)) == 1
-    assert site.dovecot.complaints() == []
 
 
 def test_mail_shows_up_in_a_session_that_is_open(site: Site) -> None:
@@ -92,7 +90,6 @@ def test_the_owner_moves_and_deletes_while_mail_arrives(site: Site) -> None:
         deliver(site, user, letter(3))
     assert subjects(site, user, "Archive") == ["0"]
     assert subjects(site, user) == ["2", "3"]
-    assert site.dovecot.complaints() == []
 
 
 def subjects(site: Site, user: str, folder: str = "INBOX") -> list[str]:
