@@ -237,6 +237,15 @@ def test_what_a_killed_store_left_to_root_is_handed_over(store: Store, unfinishe
     assert {(path.stat().st_uid, path.stat().st_gid) for path in store.root.rglob("*")} == {(1234, 5678)}
 
 
+def test_a_mailbox_whose_last_directory_was_left_to_root_is_handed_over(store: Store) -> None:
+    """A mailbox that is complete but for the owner of its last directory gets that, too."""
+    os.chown(store.root, 1234, 5678)
+    assert store.deliver("alice") == [STORED]
+    os.chown(store.root / "example.org/alice/tmp", 0, 0)
+    assert store.deliver("alice") == [STORED]
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in store.root.rglob("*")} == {(1234, 5678)}
+
+
 def test_directories_of_others_keep_their_owner(store: Store) -> None:
     """A store that runs as root leaves to others what it did not create, root's own shared directories included."""
     os.chown(store.root, 1234, 5678)

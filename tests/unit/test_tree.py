@@ -70,17 +70,31 @@ def test_a_missing_mailbox_is_created_as_dovecot_does(root: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("umask", [0, 0o077, 0o027])
+@pytest.mark.parametrize("umask", [0, 0o077, 0o027, 0o277])
 def test_modes_do_not_depend_on_the_umask(root: Path, umask: int) -> None:
-    """Directories are 0700 and files 0600 under any sane umask."""
+    """Directories are 0700 and files 0600, also where the umask takes the owner's own permission to write."""
     before = os.umask(umask)
     try:
-        with MailRoot(root).maildir("alice") as maildir:
+        with MailRoot(root).maildir("alice", "Lists") as maildir:
             deliver_by_hand(maildir)
     finally:
         os.umask(before)
-    assert stat.S_IMODE((root / "alice").stat().st_mode) == 0o700
-    assert stat.S_IMODE((root / "alice/new/x").stat().st_mode) == 0o600
+    made = list(root.rglob("*"))
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made if path.is_dir()} == {0o700}
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in made if path.is_file()} == {
+        "maildirfolder": 0o600,
+        "x": 0o600,
+    }
+
+
+def test_directories_are_usable_under_a_strange_umask(root: Path) -> None:
+    """Even a umask that takes rights from the owner leaves new directories at 0700."""
+    before = os.umask(0o277)
+    try:
+        MailRoot(root).maildir("alice").close()
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in root.rglob("*")} == {0o700}
 
 
 def test_every_new_directory_is_durable_before_it_is_used(root: Path) -> None:
