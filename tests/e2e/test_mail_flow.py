@@ -73,7 +73,7 @@ def test_an_unknown_recipient_bounces_and_the_others_get_their_mail(site: Site) 
 
 def test_a_mailbox_that_cannot_be_written_delays_only_its_own_mail(site: Site) -> None:
     """Postfix defers exactly the recipient whose mailbox is locked, delivers after the mend, and nobody gets two."""
-    first, locked, last = users = site.stack.new_users(3)
+    locked, *others = users = site.stack.new_users(3)
     before = site.postfix.submit(SENDER, [locked], letter(1))
     site.postfix.wait_for(before, locked, "sent")
     lock(site.stack.maildir(locked))
@@ -81,7 +81,7 @@ def test_a_mailbox_that_cannot_be_written_delays_only_its_own_mail(site: Site) -
     deferred = site.postfix.wait_for(queue_id, locked, "deferred")
     assert deferred.dsn == "4.3.0"
     assert f"said: 451 4.3.0 <{locked}> " in deferred.reply
-    for user in (first, last):
+    for user in others:
         site.postfix.wait_for(queue_id, user, "sent")
     assert queued_recipients(site.postfix, queue_id) == [locked]
 
@@ -89,7 +89,7 @@ def test_a_mailbox_that_cannot_be_written_delays_only_its_own_mail(site: Site) -
     site.postfix.flush()
     site.postfix.wait_removed({queue_id})
     assert submitted(site, locked) == [(before, letter(1)), (queue_id, letter(2))]
-    for user in (first, last):
+    for user in others:
         assert submitted(site, user) == [(queue_id, letter(2))]
         assert len(site.postfix.log.attempts(queue_id, user)) == 1
     assert site.stack.leftovers() == []

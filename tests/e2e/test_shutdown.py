@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.support.broker import Broker
 from tests.support.freezing import frozen
-from tests.support.letters import SENDER, letter
+from tests.support.letters import SENDER, hand_in, letter
 from tests.support.lmtp_client import LmtpClient, envelope, stuff
 from tests.support.stack import Stack
 from tests.support.waiting import wait_until
@@ -106,6 +106,24 @@ def test_clients_that_do_not_finish_are_cut_off(new_stack: NewStack) -> None:
         assert busy.reply().code == 421
         assert busy.closed()
     assert stack.ingest.wait() == 0
+
+
+def test_an_ingest_that_restarts_under_load_loses_nothing(new_stack: NewStack) -> None:
+    """Stopped while mail comes in, and started again: exit 0, and Postfix delivers every message once."""
+    stack = new_stack()
+    postfix = stack.postfix()
+    users = stack.new_users(3)
+    with ThreadPoolExecutor(1) as thread:
+        handing_in = thread.submit(hand_in, postfix, [(tuple(users), letter(number, 20_000)) for number in range(200)])
+        stack.ingest.wait_metric("roost_ingest_transactions_total", 10)
+        assert stack.ingest.stop() == 0
+        stack.ingest.start()
+        sent = handing_in.result(timeout=60)
+    postfix.flush()
+    postfix.wait_removed({message.queue_id for message in sent})
+    assert "deferred" in {attempt.status for attempt in postfix.log.all_attempts()}
+    for user in users:
+        assert sorted(subject(file) for file in stack.files(user)) == list(range(len(sent)))
 
 
 def test_a_store_that_stops_under_load_loses_nothing(new_stack: NewStack) -> None:

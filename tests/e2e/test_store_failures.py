@@ -124,17 +124,19 @@ def test_vanished_volume(volume: Volume, new_stack: NewStack) -> None:
 def test_one_of_several_recipients_fails(new_stack: NewStack) -> None:
     """EACCES in one mailbox: this recipient gets 451 4.3.0, in its place in the order, and the others are stored."""
     stack = new_stack()
-    first, locked, last = users = stack.new_users(3)
+    users = stack.new_users(4)
+    locked = users[1]
     assert codes(deliver(stack, [locked], letter(1))) == ["250 2.0.0"]
     lock(stack.maildir(locked))
     replies = deliver(stack, users, letter(2))
-    assert codes(replies) == ["250 2.0.0", "451 4.3.0", "250 2.0.0"]
+    assert codes(replies) == ["250 2.0.0", "451 4.3.0", "250 2.0.0", "250 2.0.0"]
+    assert [reply.text.split()[1] for reply in replies] == [f"<{user}>" for user in users]
     assert_discreet(stack, replies)
-    assert [len(stack.files(user)) for user in users] == [1, 1, 1]
+    assert [len(stack.files(user)) for user in users] == [1, 1, 1, 1]
 
     unlock(stack.maildir(locked))
     assert codes(deliver(stack, [locked], letter(2))) == ["250 2.0.0"]
-    assert [len(stack.files(user)) for user in (first, locked, last)] == [1, 2, 1]
+    assert [len(stack.files(user)) for user in users] == [1, 2, 1, 1]
     assert stack.store.metric("roost_store_recipients_total", outcome="deferred", reason="permission") == 1
 
 

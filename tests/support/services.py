@@ -100,12 +100,12 @@ class Service:
 
     def readiness(self) -> dict[str, bool]:
         """The checks of /readyz by their names. OSError if nobody answers."""
-        checks: dict[str, dict[str, Any]] = json.loads(self._get("/readyz")[1])["checks"]
+        checks: dict[str, dict[str, Any]] = json.loads(self.page("/readyz")[1])["checks"]
         return {name: check["ok"] for name, check in checks.items()}
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the samples of this name (`roost_ingest_recipients_total`) that have these labels; 0 if none."""
-        families = text_string_to_metric_families(self._get("/metrics")[1])
+        families = text_string_to_metric_families(self.page("/metrics")[1])
         samples = [sample for family in families for sample in family.samples if sample.name == name]
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
@@ -115,6 +115,15 @@ class Service:
             lambda: self.metric(name, **labels) >= least, what=f"{name}{labels} is at least {least}", timeout=timeout
         )
 
+    def page(self, path: str) -> tuple[int, str]:
+        """The status and the text of a health endpoint. OSError if nobody answers."""
+        try:
+            with _DIRECT.open(f"http://{self.http}{path}", timeout=10) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
     def _running(self) -> Daemon:
         assert self._daemon is not None, f"{self.name} does not run"
         return self._daemon
@@ -122,17 +131,9 @@ class Service:
     def _is_ready(self) -> bool:
         self._running().require_running()
         try:
-            return self._get("/readyz")[0] == 200
+            return self.page("/readyz")[0] == 200
         except OSError:
             return False
-
-    def _get(self, path: str) -> tuple[int, str]:
-        try:
-            with _DIRECT.open(f"http://{self.http}{path}", timeout=10) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
 
 
 def _as_user(user: int | None) -> list[str]:
