@@ -35,7 +35,7 @@ _HASHED_IN_LOOP_BYTES: Final = 256 * 1024
 
 # A message-id is looked for in the header only, and only so far.
 _HEADER_SEARCHED_BYTES: Final = 64 * 1024
-_MESSAGE_ID: Final = re.compile(rb"^message-id:\s*(<[^>\r\n]{1,500}>)", re.IGNORECASE | re.MULTILINE)
+_MESSAGE_ID: Final = re.compile(rb"^message-id:\s*(<[!-=?-~]{1,250}>)", re.IGNORECASE | re.MULTILINE)
 
 # Called with the replies that are known now, as (index of the recipient, reply); once for each recipient in the end.
 Settle = Callable[[Sequence[tuple[int, Reply]]], None]
@@ -226,11 +226,11 @@ def make_id() -> str:
 
 
 def message_id(content: memoryview) -> str:
-    """The Message-ID of a message, for the log; "" if it has none."""
+    """The Message-ID of a message, for the log: at most 252 printable octets; "" if it has no such one."""
     head = bytes(content[:_HEADER_SEARCHED_BYTES])
     end = head.find(b"\r\n\r\n")
     match = _MESSAGE_ID.search(head, 0, end + 2 if end >= 0 else len(head))
-    return match[1].decode("ascii", "replace") if match else ""
+    return match[1].decode("ascii") if match else ""
 
 
 @lru_cache(maxsize=4)

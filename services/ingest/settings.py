@@ -8,10 +8,8 @@ from typing import Self
 import pydantic
 
 from services.broker import BrokerSettings
+from services.contract import size_bound
 from services.process.settings import Endpoint, parse_endpoint, parse_endpoints
-
-# What a bundle adds to the content of a delivery with 1,000 recipients.
-_BUNDLE_OVERHEAD_BYTES = 2 * 1024 * 1024
 
 
 class IngestSettings(BrokerSettings):
@@ -61,10 +59,12 @@ class IngestSettings(BrokerSettings):
 
     @pydantic.model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        if self.max_content_bytes + _BUNDLE_OVERHEAD_BYTES > self.amqp_max_message_bytes:
+        largest = size_bound(self.max_content_bytes, self.max_recipients)
+        if largest > self.amqp_max_message_bytes:
             raise ValueError(
-                f"ROOST_MAX_CONTENT_BYTES={self.max_content_bytes} must be at least {_BUNDLE_OVERHEAD_BYTES} below "
-                f"ROOST_AMQP_MAX_MESSAGE_BYTES={self.amqp_max_message_bytes}"
+                f"ROOST_MAX_CONTENT_BYTES={self.max_content_bytes} with ROOST_MAX_RECIPIENTS={self.max_recipients} "
+                f"makes messages of up to {largest} bytes, "
+                f"above ROOST_AMQP_MAX_MESSAGE_BYTES={self.amqp_max_message_bytes}"
             )
         return self
 

@@ -19,6 +19,7 @@ from typing import Final
 
 import structlog
 
+from services.contract import MAX_MAILBOX_BYTES
 from services.ingest.directory import Answer, Found, Unavailable, Unknown
 from services.ingest.metrics import Metrics
 
@@ -171,4 +172,6 @@ def _problem(key: str, value: str) -> str | None:
     path = value.rstrip("/")
     if path.startswith("/") or "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
         return "the mailbox is not a path below the mail root"
+    if len(path.encode()) > MAX_MAILBOX_BYTES:
+        return f"the mailbox's path is longer than {MAX_MAILBOX_BYTES} bytes"
     return None
