@@ -36,7 +36,8 @@ def test_the_sizes_in_a_file_name_are_the_files_and_what_imap_shows(site: Site) 
     for message in messages:
         name = named[traced(message.content).delivery]
         assert int(name["shown"]) == message.size == len(message.content)
-        assert int(name["secs"]) == message.date
+        # Dovecot goes by the file's own time, which is set a moment after its name.
+        assert abs(int(name["secs"]) - message.date) <= 5
 
 
 def test_a_mailbox_belongs_to_its_owner_alone(site: Site) -> None:
@@ -100,7 +101,8 @@ def subjects(site: Site, user: str, folder: str = "INBOX") -> list[str]:
 def test_the_time_of_arrival_is_the_time_of_delivery(site: Site) -> None:
     """INTERNALDATE lies between submission and reading."""
     user = site.stack.new_user()
-    before = int(time.time())
+    # The clock of a file system may be some milliseconds behind.
+    before = int(time.time() - 1)
     deliver(site, user, letter(1))
     [message] = site.dovecot.messages(user)
     assert before <= message.date <= time.time()

@@ -30,7 +30,7 @@ def test_an_absence_within_the_deadline_is_not_seen(new_stack: NewStack) -> None
 
 def test_an_absence_beyond_the_deadline_defers(new_stack: NewStack) -> None:
     """Postfix gets 451 in time for every recipient, delivers once the store is back, and nobody gets two."""
-    stack = new_stack(ROOST_STORE_BUDGET_S=0.5, ROOST_QUEUE_TTL_S=1, ROOST_ACK_DEADLINE_S=2)
+    stack = new_stack(ROOST_STORE_BUDGET_S=1, ROOST_QUEUE_TTL_S=2, ROOST_ACK_DEADLINE_S=3)
     # Only `flush` tries again: how often Postfix would try before the store is back must not decide this test.
     postfix = stack.postfix(minimal_backoff_time="1000s", maximal_backoff_time="1000s", queue_run_delay="1000s")
     dovecot = stack.dovecot()
