@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from services.store.filesystem import FileSystem
+from services.store.filesystem import FILE_MODE, FileSystem
 from services.store.names import folder_directory, mailbox_components
 from services.store.tree import Owner, Tree
 
@@ -32,7 +32,8 @@ class Maildir:
         return self._files.create_file(name, self._tmp)
 
     def write(self, descriptor: int, parts: Sequence[bytes]) -> None:
-        """All of the parts, in order, and the right owner; nothing is durable yet."""
+        """All of the parts, in order, the right mode and the right owner; nothing is durable yet."""
+        self._files.set_mode(descriptor, FILE_MODE)
         if self._owner is not None:
             self._files.set_owner(descriptor, *self._owner)
         rest = sum(map(len, parts)) - self._files.write(descriptor, parts)

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from services.store.filesystem import DIRECTORY_MODE, FileSystem
+from services.store.filesystem import DIRECTORY_MODE, FILE_MODE, FileSystem
 from services.store.names import PathRefusedError
 
 _TMP: Final = "tmp"
@@ -140,6 +140,7 @@ class Tree:
         with contextlib.suppress(FileExistsError):
             mark = self._files.create_file(_FOLDER_MARK, maildir)
             try:
+                self._files.set_mode(mark, FILE_MODE)
                 if self._owner is not None:
                     self._files.set_owner(mark, *self._owner)
             finally:
