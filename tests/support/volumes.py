@@ -122,6 +122,8 @@ def immutable(path: Path) -> Iterator[None]:
 
 def fill(folder: Path) -> Callable[[], None]:
     """Fill the volume to its last byte, and give back what frees it again."""
+    # Where nothing is mounted this would fill the disk of the machine.
+    assert folder.is_mount(), folder
     ballast = folder / "ballast"
     with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
         for size in (1 << 16, 1 << 12, 1):

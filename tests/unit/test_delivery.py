@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import resource
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -123,6 +124,19 @@ def test_a_large_batch_is_stored_with_few_descriptors(root: Path) -> None:
     assert all(outcome.kind is STORED for report in reports for outcome in report.outcomes)
     assert len(files_below(root, "new")) == 300
     assert open_descriptors() == before
+
+
+def test_a_batch_takes_the_memory_of_its_largest_content(root: Path) -> None:
+    """Converted content is given up before the next delivery is converted, also if it could not be written."""
+    content = b"x" * 1_000_000
+    batch = [at_noon("../refused" if number % 2 else "alice", content=content) for number in range(20)]
+    tracemalloc.start()
+    try:
+        deliverer(root).deliver(batch)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(content)
 
 
 def test_an_expired_delivery_is_not_written(root: Path) -> None:
