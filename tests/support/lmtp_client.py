@@ -199,7 +199,7 @@ class AsyncLmtpClient:
             self._writer.write(data)
             await self._writer.drain()
 
-    async def reply(self, timeout: float | None = None) -> Reply:  # noqa: ASYNC109 - as the blocking client
+    async def reply(self, timeout: float | None = None) -> Reply:
         """The next reply, within `timeout` seconds."""
         async with asyncio.timeout(self._timeout if timeout is None else timeout):
             while (reply := self._replies.next()) is None:
@@ -209,7 +209,7 @@ class AsyncLmtpClient:
                 self._replies.feed(data)
         return reply
 
-    async def command(self, line: str, timeout: float | None = None) -> Reply:  # noqa: ASYNC109
+    async def command(self, line: str, timeout: float | None = None) -> Reply:
         await self.send(line.encode() + b"\r\n")
         return await self.reply(timeout)
 
