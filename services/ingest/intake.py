@@ -228,8 +228,9 @@ def make_id() -> str:
 def message_id(content: memoryview) -> str:
     """The Message-ID of a message, for the log: at most 252 printable octets; "" if it has no such one."""
     head = bytes(content[:_HEADER_SEARCHED_BYTES])
-    end = head.find(b"\r\n\r\n")
-    match = _MESSAGE_ID.search(head, 0, end + 2 if end >= 0 else len(head))
+    # Content that begins with an empty line has no header (RFC 5322 2.1).
+    end = -2 if head.startswith(b"\r\n") else head.find(b"\r\n\r\n")
+    match = _MESSAGE_ID.search(head, 0, len(head) if end == -1 else end + 2)
     return match[1].decode("ascii") if match else ""
 
 
